@@ -52,9 +52,7 @@ def measure(records: int, store: Path | None) -> str:
 
 def _run(processes: QueueProcesses, source: Path, records: int, output: Path) -> Iterator[str]:
     client = processes.server.client
-    client.config_set("slowlog-log-slower-than", 0)  # that is, all commands
-    client.config_set("slowlog-max-len", 1_000_000)
-    client.slowlog_reset()
+    times = _CommandTimes(client)
     before, used = client.info("memory")["used_memory"], processes.seconds()
     submitted = _command(processes, "submit", *OPTIONS, str(source), "-o", f"{output}/", "--no-wait")
     job = submitted.out.strip()
@@ -63,10 +61,10 @@ def _run(processes: QueueProcesses, source: Path, records: int, output: Path) ->
         f"submit: {submitted.seconds:.1f} s ({submitted.cpu:.1f} s of CPU), {rate:,.0f} records/s, "
         f"peak {submitted.peak:.0f} MB"
     )
-    peak, times = _watch(processes, job)
-    yield f"run, by two workers: {times[1] - times[0]:.1f} s after it was accepted; chunks: {_chunks(processes, job)}"
+    peak, (accepted, ended) = _watch(processes, job, times)
+    yield f"run, by two workers: {ended - accepted:.1f} s after it was accepted; chunks: {_chunks(processes, job)}"
     spent = ", ".join(f"{name} {after - used[name]:.1f} s" for name, after in processes.seconds().items())
-    yield f"CPU of submit and run: the command {submitted.cpu:.1f} s, {spent}; in Redis: {_scripts(client)}"
+    yield f"CPU of submit and run: the command {submitted.cpu:.1f} s, {spent}; in Redis: {times.longest()}"
     results = _command(processes, "results", job, "-o", str(processes.directory / f"{job}.jsonl"))
     yield f"results into one file: {results.seconds:.1f} s ({results.cpu:.1f} s of CPU), peak {results.peak:.0f} MB"
     yield f"Redis: {before / 1e6:.1f} MB before, {peak / 1e6:.1f} MB at its peak"
@@ -74,27 +72,44 @@ def _run(processes: QueueProcesses, source: Path, records: int, output: Path) ->
     yield f"records lost: {records - len(set(parts))}, duplicated: {len(parts) - len(set(parts))}"
 
 
-def _watch(processes: QueueProcesses, job_id: str) -> tuple[int, tuple[float, float]]:
+def _watch(processes: QueueProcesses, job_id: str, times: "_CommandTimes") -> tuple[int, tuple[float, float]]:
     """Wait for a job; return the peak memory of Redis, and the times at which the job was accepted and ended."""
     client, peak = processes.server.client, 0
     store = JobStore(client, 100)
     while not (job := store.job(job_id)).status.finished:
         peak = max(peak, client.info("memory")["used_memory"])
+        times.collect()
         time.sleep(0.1)
     return peak, (job.accepted_at or 0, job.finished_at or 0)
 
 
-def _scripts(client: redis.Redis) -> str:
-    """Return the scripts that Redis spent most time on since its log was reset, with the time of all commands."""
-    lua = files("common.redis") / "lua"
-    names = [file.name.removesuffix(".lua") for file in lua.iterdir() if file.name != "shared.lua"]
-    by_hash = {hashlib.sha1(script_text(name).encode(), usedforsecurity=False).hexdigest(): name for name in names}
-    spent: Counter[str] = Counter()
-    for entry in client.slowlog_get(1_000_000):
-        command, _, rest = entry["command"].decode(errors="replace").partition(" ")
-        spent[by_hash.get(rest.partition(" ")[0], command)] += entry["duration"]
-    longest = ", ".join(f"`{name}` {microseconds / 1e6:.2f} s" for name, microseconds in spent.most_common(4))
-    return f"{longest}; all commands {spent.total() / 1e6:.2f} s"
+class _CommandTimes:
+    """What Redis spends on each command and script, from its log of slow commands, which holds all of them here."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._client = client
+        lua = files("common.redis") / "lua"
+        names = [file.name.removesuffix(".lua") for file in lua.iterdir() if file.name != "shared.lua"]
+        texts = {name: script_text(name).encode() for name in names}
+        self._names = {hashlib.sha1(text, usedforsecurity=False).hexdigest(): name for name, text in texts.items()}
+        self._microseconds: Counter[str] = Counter()
+        client.config_set("slowlog-log-slower-than", 0)
+        client.config_set("slowlog-max-len", 100_000)
+        client.slowlog_reset()
+
+    def collect(self) -> None:
+        """Move the log here: it takes memory in Redis."""
+        entries = self._client.slowlog_get(100_000)
+        self._client.slowlog_reset()
+        for entry in entries:
+            command, _, rest = entry["command"].decode(errors="replace").partition(" ")
+            self._microseconds[self._names.get(rest.partition(" ")[0], command)] += entry["duration"]
+
+    def longest(self) -> str:
+        """Return the commands and scripts that took most time, and the time of all."""
+        self.collect()
+        found = ", ".join(f"`{name}` {spent / 1e6:.2f} s" for name, spent in self._microseconds.most_common(4))
+        return f"{found}; all commands {self._microseconds.total() / 1e6:.2f} s"
 
 
 def _chunks(processes: QueueProcesses, job_id: str) -> int:

@@ -31,7 +31,7 @@ def rotates_by_length(model: nn.Module) -> bool:
 
 
 def left_padded(prefix: Cache, gaps: Sequence[int], config: Any) -> Cache:
-    """Return the cache of several rows that begin with the prefix, as far as it reaches behind their padding.
+    """Return the first columns of several rows, as many as the prefix has: padding, then what fits of the prefix.
 
     Args:
         prefix: the states of one row, without padding.

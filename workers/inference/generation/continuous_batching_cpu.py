@@ -35,10 +35,11 @@ _CACHE_BYTES = 1 << 30
 _SPARE_COLUMNS = 64
 #: Prompts wait until this share of the rows is free: the more are prefilled together, the less each costs.
 _FREE_SHARE = 0.125
-#: Share of these bytes that the states of prompts prefilled together may take.
+#: Share of `_CACHE_BYTES` that the states of prompts prefilled together may take.
 _GROUP_SHARE = 0.25
-#: Prompts of two lengths, of tokens that every vocabulary has, and how many tokens they have in common.
-_PROBE_PROMPTS, _PROBE_COMMON = ([5, 6, 7, 8, 9, 5], [5, 6, 8]), 2
+#: Prompts of tokens that every vocabulary has, and how many they have in common: more than the padding of one of them,
+#: less than that of another.
+_PROBE_PROMPTS, _PROBE_COMMON = ([5, 6, 7, 8, 9, 5], [5, 6, 7, 8, 9], [5, 6, 8]), 2
 
 #: Takes logits, (rows, vocabulary); returns the tokens chosen.
 _Choice = Callable[[Tensor], list[int]]
@@ -93,7 +94,7 @@ class CpuContinuousBatcher:
         rows = min(len(texts), self._rows, max(1, _CACHE_BYTES // (self._bytes * columns)))
         batch = _Batch(RowCache(self._empty, rows, columns), config)
         choose = _token_choice(self._model, config)
-        most = max(1, int(_CACHE_BYTES * _GROUP_SHARE) // (self._bytes * columns))
+        most = max(1, int(_CACHE_BYTES * _GROUP_SHARE) // (self._bytes * len(waiting[0].prompt)))
         with torch.inference_mode():
             prefix = self._prefill_common(prompts, monitor)
             while waiting or batch.texts:

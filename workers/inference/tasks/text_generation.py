@@ -171,7 +171,9 @@ class TextGeneration(PipelineTask[GenerationParams]):
     def forward(self, batch: Sequence[ModelInputs], params: GenerationParams, monitor: RunMonitor) -> list[RowOutput]:
         """Generate for one batch; the monitor is called at every token."""
         if self.batcher and self._runs_continuously(batch[0], params):
-            return self._generate_continuously(self.batcher, batch, params, monitor)
+            found = self._generate_continuously(self.batcher, batch, params, monitor)
+            if found is not None:
+                return found
         outputs, written = self._writer.generate(
             lambda more: self.pipe.forward(collate(batch, self.pad_id, "left"), **{**params.forward, **more}),
             batch,
@@ -195,11 +197,11 @@ class TextGeneration(PipelineTask[GenerationParams]):
 
     def _generate_continuously(
         self, batcher: Batcher, batch: Sequence[ModelInputs], params: GenerationParams, monitor: RunMonitor
-    ) -> list[RowOutput]:
-        """Generate in continuous batches, which are disabled after a failure.
+    ) -> list[RowOutput] | None:
+        """Generate in continuous batches, which are disabled after a failure; return None if one text fails alone.
 
         Raises:
-            Exception: it failed; the caller runs the batch again, in smaller ones.
+            Exception: several failed; the caller runs them again, in smaller batches.
         """
         prompts = [inputs["input_ids"][0].tolist() for inputs in batch]
         try:
@@ -210,6 +212,8 @@ class TextGeneration(PipelineTask[GenerationParams]):
             if not is_device_lost(error):
                 count_fallback("continuous_batching", error)
                 self.batcher = None
+                if len(batch) == 1:  # the caller would not run it again
+                    return None
             raise
         return [
             {
