@@ -7,6 +7,7 @@ import pytest
 from tests.support import tiny_models
 from tests.support.tiny_models import TEXTS, RecordingMonitor, mixed
 from workers.inference.generation.continuous_batching import ContinuousBatcher
+from workers.inference.loading import decode_attention
 from workers.inference.tasks.pipeline_runner import PipelineRunner
 from workers.models.load_options import LoadOptions
 
@@ -20,12 +21,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_models.causal_gpt2(tmp_path_factory.mktemp("gpt2"))
 
 
-# Random weights make near ties common, and in bfloat16 the two round in different places.
-@pytest.mark.parametrize(("dtype", "equal"), [("float32", 1.0), ("bfloat16", 0.6)])
-def test_texts_of_continuous_batches_are_those_of_generate(model, device, dtype, equal):
+@pytest.mark.parametrize(("dtype", "equal"), [("float32", 1.0), ("bfloat16", 0.8)])
+def test_texts_of_continuous_batches_are_those_of_generate(model, device, dtype, equal, monkeypatch):
     runner = PipelineRunner("text-generation", model, device, LoadOptions(dtype=dtype))
     if device == "cpu":
         runner.task.batcher = ContinuousBatcher(runner.task.pipe.model, **SMALL_CACHE)
+        # As on a GPU, `generate` attends by torch's kernel: that for CPUs rounds elsewhere.
+        monkeypatch.setattr(decode_attention, "_is_faster", lambda _: False)
     assert type(runner.task.batcher) is ContinuousBatcher
     records = [*TEXTS, *mixed(100, longest=40)]
     found = runner.run(records, GREEDY, RecordingMonitor())
